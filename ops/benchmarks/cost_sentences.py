@@ -16,8 +16,8 @@ def cache_sentence(found: dict[str, Any]) -> str:
         found["results"][key] for key in ("step: cached over no teacher", "build: over the bare forward pass")
     )
     return wrapped(
-        f"On 2 cores without a GPU (`make bench-cache`), a training step with cached targets takes {spread(step)} of "
-        f"one without any teacher (n = {step['n']} pairs), a build {spread(build)} of the teacher's bare forward "
+        f"On {found['facts']['machine']}, without a GPU (`make bench-cache`), a training step "
+        f"with cached targets takes {spread(step)} of one without any teacher (n = {step['n']} pairs), a build {spread(build)} of the teacher's bare forward "
         f"passes (n = {build['n']})."
     )
 
@@ -28,8 +28,9 @@ def sweep_sentence(found: dict[str, Any]) -> str:
     return wrapped(
         f"On the digits, under a ResNet-20 teacher and with ASHA on, {online['trials']} runs took "
         f"{found['online_over_cached_seconds']:.2f} times as long with an online teacher as with one cache, including "
-        f"the time to build it ({online['seconds']:.0f} s against {cached['seconds']:.0f} s, n = {found['n']}, 2 "
-        "cores, `ops/benchmarks/sweep.py`); starting the runs' processes accounts for much of both."
+        f"the time to build it ({online['seconds']:.0f} s against {cached['seconds']:.0f} s, n = {found['n']}, "
+        f"{found['facts']['machine']}, `ops/benchmarks/sweep.py`); starting the runs' processes accounts for "
+        "much of both."
     )
 
 
@@ -50,7 +51,7 @@ def checkpoint_sentence(found: dict[str, Any]) -> str:
     number, held = found["checkpoint"]["parameters"], found["checkpoint"]["held_seconds"]
     return wrapped(
         f"A checkpoint of {number / 1e6:.1f} million parameters with momentum and moving average blocks training for "
-        f"{spread(held)} s (n = {held['n']}, `make bench-scale`), and is written in the "
+        f"{spread(held)} s (n = {held['n']}, {found['facts']['machine']}, `make bench-scale`), and is written in the "
         "background."
     )
 
