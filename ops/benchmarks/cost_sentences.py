@@ -16,9 +16,9 @@ def cache_sentence(found: dict[str, Any]) -> str:
         found["results"][key] for key in ("step: cached over no teacher", "build: over the bare forward pass")
     )
     return wrapped(
-        f"On {found['facts']['machine']}, without a GPU (`make bench-cache`), a training step with cached targets takes "
-        f"{spread(step)} of one without any teacher (n = {step['n']} pairs), a build {spread(build)} of the teacher's "
-        f"bare forward passes (n = {build['n']})."
+        f"On {found['facts']['machine']}, without a GPU (`make bench-cache`), a training step with cached targets "
+        f"takes {spread(step)} of one without any teacher (n = {step['n']} pairs), a build {spread(build)} of the "
+        f"teacher's bare forward passes (n = {build['n']})."
     )
 
 
